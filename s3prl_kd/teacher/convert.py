@@ -51,9 +51,7 @@ _NAMES = {
         r"encoder.layers.\1.feed_forward.intermediate_dense.\2"
     ),
     r"encoder\.layers\.(\d+)\.fc2\.(\w+)": r"encoder.layers.\1.feed_forward.output_dense.\2",
-    r"encoder\.layers\.(\d+)\.final_layer_norm\.(\w+)": (
-        r"encoder.layers.\1.final_layer_norm.\2"
-    ),
+    r"encoder\.layers\.(\d+)\.final_layer_norm\.(\w+)": (r"encoder.layers.\1.final_layer_norm.\2"),
 }
 _CONFIGS = {"HubertModel": HubertConfig, "Wav2Vec2Model": Wav2Vec2Config, "WavLM": WavLMConfig}
 

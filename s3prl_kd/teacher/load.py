@@ -112,8 +112,8 @@ def load_teacher(name: str, expdir: str | Path = "exp") -> Teacher:
             return EncoderTeacher(name, Encoder.from_pretrained(directory))
     if Path(name).is_dir():
         raise UserError(f"{name}: no config.json; expected a model in transformers' format")
-    from s3prl_kd.upstream import load_upstream
     from s3prl_kd.teacher.convert import from_s3prl
+    from s3prl_kd.upstream import load_upstream
 
     upstream = load_upstream(name, expdir)
     encoder = from_s3prl(upstream.upstream)

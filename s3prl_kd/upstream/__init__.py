@@ -12,6 +12,7 @@ import importlib.abc
 import importlib.machinery
 import os
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -55,10 +56,7 @@ def register(*directories: str | Path) -> list[str]:
         directories: each a model directory or a folder of such; none: :func:`default_expdirs`.
 
     Returns:
-        The names registered.
-
-    Raises:
-        UserError: a name of s3prl's own.
+        The names found. One that s3prl has already keeps s3prl's meaning, with a warning.
     """
     found: dict[str, Path] = {}
     for directory in directories or default_expdirs():
@@ -107,7 +105,11 @@ def _publish(hub: ModuleType) -> None:
     for name, directory in {LOCAL: None, **_directories}.items():
         present = getattr(hub, name, None)
         if present is not None and not hasattr(present, "s3prl_kd"):
-            raise UserError(f"{directory}: s3prl has an upstream {name!r} already; rename yours")
+            warnings.warn(
+                f"{directory}: s3prl has an upstream {name!r} already; rename the directory",
+                stacklevel=2,
+            )
+            continue
         setattr(hub, name, entry(directory))
 
 

@@ -11,6 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_kd.encoder import Encoder, repeat_last_frame
 
+# Samples: MIN_SECOND of s3prl.nn.upstream.
+SHORTEST = 800
+
 
 class UpstreamExpert(UpstreamBase):
     """s3prl's view of a directory in transformers' format.
@@ -31,8 +34,8 @@ class UpstreamExpert(UpstreamBase):
         """Hidden states of a list of utterances.
 
         Args:
-            wavs: each (samples,) at 16 kHz; one shorter than a frame (400 samples) is extended
-                with zeros to one.
+            wavs: each (samples,) at 16 kHz; one shorter than 0.05 s is extended with zeros to
+                that, as ``S3PRLUpstream`` does with a batch of nothing else.
 
         Returns:
             ``hidden_states``: per layer (batch, frames, hidden_size), the first being the input
@@ -41,10 +44,8 @@ class UpstreamExpert(UpstreamBase):
             last frame; so every utterance's last frame is repeated to the end of the batch, and
             it reads the same whoever shares the batch.
         """
-        shortest = self.encoder.min_samples
-        wavs = [
-            torch.nn.functional.pad(wav, (0, max(0, shortest - len(wav)))) for wav in wavs
-        ]
+        shortest = max(self.encoder.min_samples, SHORTEST)
+        wavs = [torch.nn.functional.pad(wav, (0, max(0, shortest - len(wav)))) for wav in wavs]
         lengths = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
         hidden, frames = self.encoder(pad_sequence(wavs, batch_first=True), lengths)
         if bool((frames != hidden[0].size(1)).any()):
