@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import HubertConfig, Wav2Vec2Config, WavLMConfig
 
@@ -71,15 +72,19 @@ def from_s3prl(expert: nn.Module) -> Encoder | None:
     config_class = _CONFIGS.get(type(model).__name__)
     if config_class is None:
         return None
-    cfg = getattr(model, "cfg", None) or getattr(expert, "cfg", None)
-    if getattr(cfg, "pos_conv_depth", 1) > 1 or cfg is None:
-        # data2vec's convolutions are not of this layout.
+    positional = model.encoder.pos_conv
+    if not isinstance(positional[0], nn.Conv1d):
+        # data2vec's stack of convolutions is not of this layout.
         return None
-    task = getattr(expert, "task_cfg", None)
-    normalize = bool(getattr(task, "normalize", getattr(cfg, "normalize", False)))
-    encoder = Encoder.from_config(_config(config_class, cfg), normalize)
+    settings = getattr(expert, "task_cfg", None) or getattr(expert, "cfg", None)
+    normalize = bool(getattr(settings, "normalize", getattr(expert, "wav_normalize", False)))
+    encoder = Encoder.from_config(_config(config_class, model), normalize)
     wanted = encoder.model.state_dict()
     weights = rename(model.state_dict())
+    if model.post_extract_proj is None:
+        # fairseq leaves the projection out where the CNN is as wide as the transformer.
+        weights["feature_projection.projection.weight"] = torch.eye(encoder.hidden_size)
+        weights["feature_projection.projection.bias"] = torch.zeros(encoder.hidden_size)
     encoder.model.load_state_dict({k: v for k, v in weights.items() if k in wanted}, strict=True)
     return encoder
 
@@ -96,44 +101,37 @@ def rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _config(config_class: type, cfg: Any) -> Any:
-    layers = cfg.conv_feature_layers
-    if isinstance(layers, str):
-        layers = _conv_layers(layers)
+def _config(config_class: type, model: nn.Module) -> Any:
+    # Read off the modules: s3prl's HubertModel does not keep the configuration it was made from.
+    convs = [block[0] for block in model.feature_extractor.conv_layers]
+    layer = model.encoder.layers[0]
+    positional = model.encoder.pos_conv[0]
+    attention = layer.self_attn
+    first = model.feature_extractor.conv_layers[0]
+    group = any(isinstance(module, nn.GroupNorm) for module in first.modules())
     extra = {}
     if config_class is WavLMConfig:
-        extra = {"num_buckets": cfg.num_buckets, "max_bucket_distance": cfg.max_distance}
+        extra = {
+            "num_buckets": attention.num_buckets,
+            "max_bucket_distance": attention.max_distance,
+        }
     return config_class(
-        hidden_size=cfg.encoder_embed_dim,
-        num_hidden_layers=cfg.encoder_layers,
-        num_attention_heads=cfg.encoder_attention_heads,
-        intermediate_size=cfg.encoder_ffn_embed_dim,
-        hidden_act=str(getattr(cfg.activation_fn, "value", cfg.activation_fn)),
-        hidden_dropout=cfg.dropout,
-        activation_dropout=cfg.activation_dropout,
-        attention_dropout=cfg.attention_dropout,
-        feat_proj_dropout=cfg.dropout_input,
-        feat_extract_norm="group" if cfg.extractor_mode == "default" else "layer",
-        conv_dim=[layer[0] for layer in layers],
-        conv_kernel=[layer[1] for layer in layers],
-        conv_stride=[layer[2] for layer in layers],
-        conv_bias=cfg.conv_bias,
-        num_feat_extract_layers=len(layers),
-        num_conv_pos_embeddings=cfg.conv_pos,
-        num_conv_pos_embedding_groups=cfg.conv_pos_groups,
-        do_stable_layer_norm=cfg.layer_norm_first,
+        hidden_size=layer.fc1.in_features,
+        num_hidden_layers=len(model.encoder.layers),
+        num_attention_heads=attention.num_heads,
+        intermediate_size=layer.fc1.out_features,
+        hidden_dropout=layer.dropout3.p,
+        activation_dropout=layer.dropout2.p,
+        attention_dropout=float(getattr(attention.dropout_module, "p", 0.0)),
+        feat_proj_dropout=model.dropout_input.p,
+        feat_extract_norm="group" if group else "layer",
+        conv_dim=[conv.out_channels for conv in convs],
+        conv_kernel=[conv.kernel_size[0] for conv in convs],
+        conv_stride=[conv.stride[0] for conv in convs],
+        conv_bias=convs[0].bias is not None,
+        num_feat_extract_layers=len(convs),
+        num_conv_pos_embeddings=positional.kernel_size[0],
+        num_conv_pos_embedding_groups=positional.groups,
+        do_stable_layer_norm=model.encoder.layer_norm_first,
         **extra,
     )
-
-
-def _conv_layers(text: str) -> list[tuple[int, int, int]]:
-    # fairseq writes e.g. "[(512,10,5)] + [(512,3,2)] * 4"; it evaluates that, this reads it.
-    layers: list[tuple[int, int, int]] = []
-    term = r"\[((?:\s*\(\s*\d+\s*,\s*\d+\s*,\s*\d+\s*\)\s*,?)+)\s*\]\s*(?:\*\s*(\d+))?"
-    for group, times in re.findall(term, text):
-        triples = [
-            tuple(int(number) for number in re.findall(r"\d+", triple))
-            for triple in re.findall(r"\([^)]*\)", group)
-        ]
-        layers += triples * int(times or 1)
-    return layers
