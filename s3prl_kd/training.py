@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -187,13 +186,6 @@ def resolve_precision(precision: Precision, ngpu: int) -> str:
     if precision != "auto":
         return precision
     return "bf16-mixed" if ngpu > 0 and torch.cuda.is_bf16_supported() else "32-true"
-
-
-def rank_and_world(ngpu: int, num_nodes: int) -> tuple[int, int]:
-    """This process's global rank and the number of ranks, as Lightning's launcher sets them."""
-    devices = max(1, ngpu)
-    rank = int(os.environ.get("NODE_RANK", 0)) * devices + int(os.environ.get("LOCAL_RANK", 0))
-    return rank, devices * num_nodes
 
 
 class _Reseed(Callback):

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from s3prl_kd.data.dataset import SpeechDataset, collate
@@ -19,7 +20,7 @@ from s3prl_kd.files import atomic_dir
 from s3prl_kd.student.build import StudentConfig, build_student, initialised_share, share_of
 from s3prl_kd.student.save import save_student
 from s3prl_kd.teacher.load import describe, load_teacher
-from s3prl_kd.training import fit, rank_and_world
+from s3prl_kd.training import fit
 
 
 def distil(
@@ -67,7 +68,6 @@ def distil(
         flush=True,
     )
     module = Distiller(student, teacher, config)
-    rank, world = rank_and_world(ngpu, num_nodes)
     train = SpeechDataset(data / "unlabelled_train", max_seconds=config.max_seconds, seed=seed)
     valid = SpeechDataset(data / "unlabelled_valid", max_seconds=config.max_seconds, seed=seed)
     batch_samples = round(config.batch_seconds * SAMPLE_RATE)
@@ -75,8 +75,6 @@ def distil(
     sampler = ChunkedBatchSampler(
         BatchStream(train.lengths, max_samples=batch_samples, seed=seed),
         trainer.steps_per_epoch * trainer.accumulate,
-        rank=rank,
-        world_size=world,
         dataset=train,
     )
     fit(
@@ -98,7 +96,7 @@ def distil(
         num_nodes=num_nodes,
         label="distil",
     )
-    if rank:
+    if rank_zero_only.rank:
         return
     last = torch.load(
         directory / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True
