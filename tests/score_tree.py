@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from s3prl_kd.data.kaldi import Trial, write_data_dir
+
 CLASSES = ["no", "yes", "_unknown_"]
 SPEAKERS = ["anna", "bert", "carl", "dora"]
 KINDS = ("frozen/kws", "frozen/sv", "finetuned/kws", "finetuned/sv", "finetuned/kws+sv")
@@ -55,25 +57,15 @@ class Tree:
         return written
 
 
-def write_kaldi(directory: Path, utts: dict[str, str], trials: list[str] | None = None) -> None:
-    directory.mkdir(parents=True)
-
-    def table(name, of):
-        lines = [f"{utt} {of(utt)}\n" for utt in sorted(utts)]
-        (directory / name).write_text("".join(lines))
-
-    table("wav.scp", lambda utt: f"{utt}.wav")
-    table("utt2spk", lambda utt: utt.split("-")[0])
-    table("text", lambda utt: utts[utt])
-    table("utt2num_samples", lambda utt: 16000)
-    speakers = sorted({utt.split("-")[0] for utt in utts})
-    (directory / "spk2utt").write_text(
-        "".join(
-            f"{s} {' '.join(u for u in sorted(utts) if u.split('-')[0] == s)}\n" for s in speakers
-        )
+def write_split(directory: Path, utts: dict[str, str], trials: list[Trial] | None = None) -> None:
+    write_data_dir(
+        directory,
+        {utt: f"{utt}.wav" for utt in utts},
+        {utt: utt.split("-")[0] for utt in utts},
+        utts,
+        dict.fromkeys(utts, 16000),
+        trials,
     )
-    if trials is not None:
-        (directory / "trials").write_text("".join(f"{trial}\n" for trial in trials))
 
 
 def make_tree(root: Path) -> Tree:
@@ -82,14 +74,14 @@ def make_tree(root: Path) -> Tree:
     speech = {utt: "speech" for utt in utts if int(utt.split("-")[1]) < 4}
     names = sorted(speech)
     trials = [
-        f"{a} {b} {'target' if a.split('-')[0] == b.split('-')[0] else 'nontarget'}"
+        Trial(a, b, a.split("-")[0] == b.split("-")[0])
         for i, a in enumerate(names)
         for b in names[i + 1 :]
     ]
     expdir, data = root / "exp", [root / "data" / "toy" / f"fold{n}" for n in (1, 2)]
     for number, fold in enumerate(data, 1):
-        write_kaldi(fold / "kws_test", utts)
-        write_kaldi(fold / "sv_test", speech, trials)
+        write_split(fold / "kws_test", utts)
+        write_split(fold / "sv_test", speech, trials)
         corpus = {"name": "toy", "tag": f"toy{number}", "classes": CLASSES, "train_speakers": 4}
         (fold / "corpus.json").write_text(json.dumps(corpus))
     rows = ["fbank=fbank_{tag}", "teacher=mini_{tag}", "scratch=scratch_mini_{tag}"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
+from s3prl_kd.data.audio import SAMPLE_RATE
 from s3prl_kd.data.kaldi import DataDir
 from s3prl_kd.errors import UserError
 from s3prl_kd.files import read_json
@@ -75,7 +76,7 @@ class Data:
             splits[directory.parent.name] = {
                 "utterances": float(len(split.utts)),
                 "speakers": float(len(set(split.utt2spk.values()))),
-                "hours": round(sum(split.num_samples.values()) / 16000 / 3600, 4),
+                "hours": round(sum(split.num_samples.values()) / SAMPLE_RATE / 3600, 4),
             }
         return Dataset(path=str(self.path), tag=self.tag, splits=splits)
 
