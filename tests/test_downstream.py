@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -315,6 +316,38 @@ def test_finetuned_system_loads_its_own_upstream(corpus, expdir, system, tmp_pat
         assert torch.equal(value, state[f"upstream.{name}"])
         changed += not torch.equal(value, original[name])
     assert changed and not loaded.training
+
+
+def test_each_finetuned_system_starts_from_the_upstream_itself(
+    corpus, expdir, config_file, tmp_path
+):
+    ends = []
+    for tasks in (["kws", "sv"], ["sv"]):
+        root = tmp_path / tasks[0]
+        root.mkdir()
+        (root / "tiny_tones").symlink_to(expdir / "tiny_tones")
+        shutil.rmtree(expdir / "tiny_tones" / "downstream", ignore_errors=True)
+        stage.main(
+            [
+                *("--data", str(corpus), "--upstream", "tiny_tones", "--mode", "finetuned"),
+                *("--config", str(config_file), "--expdir", str(root), "--tasks", *tasks),
+            ]
+        )
+        best = root / "tiny_tones/downstream/tones/finetuned/sv/checkpoints/last.ckpt"
+        ends.append(torch.load(best, weights_only=True)["state_dict"])
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_label_outside_the_classes_is_named(corpus, system, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus, copy)
+    about = json.loads((copy / "corpus.json").read_text())
+    about["classes"].remove("mid")
+    (copy / "corpus.json").write_text(json.dumps(about))
+    made = system("frozen", ("kws",))
+    with pytest.raises(UserError, match="'mid' is not among the classes"):
+        System(made.upstream, "tiny_tones", "frozen", ("kws",), copy, made.config, seed=0)
 
 
 def test_upstream_without_parameters_is_not_finetuned(corpus, expdir, config_file, capsys):

@@ -37,7 +37,12 @@ def parser() -> common.Parser:
         "--lr_search", type=common.boolean, default=False, help="find learning rates first"
     )
     options.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="configuration overrides"
+        "--set",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="configuration overrides",
     )
     options.add_argument("--force", action="store_true", help="train again what is done")
     return options
@@ -79,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         known = stage.marker.exists()
         if known and (decision := stage.begin(args.force)) == "skip":
             continue
-        if name not in opened:
+        if name not in opened or args.mode == "finetuned":
+            # Fine-tuning changes it: the next tasks start from the upstream as it was.
             opened = {name: load_upstream(name, args.expdir)}
         upstream = opened[name]
         if args.mode == "finetuned" and not any(True for _ in upstream.parameters()):

@@ -205,6 +205,12 @@ def open_task(
     """The dataset of ``<task>_<split>``, with the SV head's cuts and limits in training."""
     data = open_split(root, f"{task.name}_{split}")
     if task.name == "kws":
+        for utt, label in data.text.items():
+            if label not in labels:
+                raise UserError(
+                    f"{data.path / 'text'}: {utt}: {label!r} is not among the classes of "
+                    f"{root / 'corpus.json'}"
+                )
         return TaskDataset(data, data.text, labels, min_samples=min_samples(task), seed=seed)
     training = split == "train"
     return TaskDataset(

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ class System:
         self, module: DownstreamModule, outdir: Path, resume: bool, label: str, alone: bool = False
     ) -> Path:
         """Train ``module`` in ``outdir``; ``alone`` on one device of this process."""
+        # A frozen upstream is meant to be.
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         return fit(
             module,
             self.train_loaders(module.config),
