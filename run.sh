@@ -68,6 +68,7 @@ killed goes on where it was.
 HELP
 }
 
+command="$0${*:+ $*}"
 . utils/parse_options.sh
 
 die() { echo "$0: $*" >&2; exit 1; }
@@ -197,7 +198,7 @@ if begin 6 "score on the test sets"; then
   row_options=()
   for row in "${rows[@]}"; do row_options+=(--row "$row"); done
   call score --data "${dirs[@]}" "${row_options[@]}" --expdir "$expdir" --out "$results" \
-    --seed "$seed" --ngpu "$ngpu" --bootstrap "$bootstrap" "${force[@]}"
+    --seed "$seed" --ngpu "$ngpu" --bootstrap "$bootstrap" --command "$command" "${force[@]}"
   end "$results/results.json"
 fi
 
