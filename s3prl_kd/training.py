@@ -66,6 +66,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 1 or self.steps_per_epoch < 1 or self.accumulate < 1:
             raise ValueError("max_steps, steps_per_epoch and accumulate must be at least 1")
+        if self.max_steps % self.steps_per_epoch:
+            raise ValueError("max_steps must be a multiple of steps_per_epoch")
         if not 0 <= self.warmup_share < 1:
             raise ValueError("warmup_share must be in [0, 1)")
 
@@ -138,6 +140,10 @@ def fit(
     if not resume:
         for old in checkpoints.glob("*.ckpt"):
             old.unlink(missing_ok=True)
+    for loader in train_loaders.values() if isinstance(train_loaders, Mapping) else [train_loaders]:
+        # Beginning to iterate draws a number; from the global generator it would shift every
+        # later draw of a resumed run, which begins to iterate at another moment.
+        loader.generator = torch.Generator().manual_seed(seed)
     ranks = max(1, ngpu) * num_nodes
     # One path from the first step to the last: TensorBoard appends, the rows below are in the
     # checkpoint.
@@ -151,8 +157,9 @@ def fit(
         enable_version_counter=False,
     )
     trainer = L.Trainer(
-        max_steps=config.max_steps,
-        max_epochs=-1,
+        # Counted in epochs: told of max_steps, Lightning takes a finished chunk for an unfinished
+        # one when it resumes.
+        max_epochs=config.max_steps // config.steps_per_epoch,
         accelerator="gpu" if ngpu > 0 else "cpu",
         devices=max(1, ngpu),
         num_nodes=num_nodes,
@@ -161,7 +168,12 @@ def fit(
         precision=resolve_precision(config.precision, ngpu),
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.grad_clip or None,
-        callbacks=[keeper, _Reseed(seed), _Curve(outdir / "metrics.csv"), _Steps(label)],
+        callbacks=[
+            keeper,
+            _Reseed(seed),
+            _Curve(outdir / "metrics.csv"),
+            _Steps(label, config.max_steps),
+        ],
         logger=TensorBoardLogger(str(outdir), name=None, version="tensorboard"),
         log_every_n_steps=min(10, config.steps_per_epoch),
         num_sanity_val_steps=0,
@@ -233,8 +245,9 @@ class _Curve(Callback):
 class _Steps(Callback):
     """A progress bar over all steps with an ETA; off a terminal, a line per chunk."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, total: int) -> None:
         self.label = label
+        self.total = total
         self.console = Console()
         self.bar: Progress | None = None
         self.loss = float("nan")
@@ -253,7 +266,7 @@ class _Steps(Callback):
                 console=self.console,
             )
             self.task = self.bar.add_task(
-                self.label, total=trainer.max_steps, completed=trainer.global_step, loss=self.loss
+                self.label, total=self.total, completed=trainer.global_step, loss=self.loss
             )
             self.bar.start()
 
@@ -272,14 +285,14 @@ class _Steps(Callback):
             return
         took = time.monotonic() - self.began
         done = trainer.global_step - self.first
-        left = took / max(1, done) * (trainer.max_steps - trainer.global_step)
+        left = took / max(1, done) * (self.total - trainer.global_step)
         valid = ", ".join(
             f"{name} {float(value):.4f}"
             for name, value in sorted(trainer.callback_metrics.items())
             if name.startswith("valid_")
         )
         print(
-            f"{self.label}: step {trainer.global_step}/{trainer.max_steps}, "
+            f"{self.label}: step {trainer.global_step}/{self.total}, "
             f"loss {self.loss:.3f}, {valid}, {took:.0f} s, ETA {left:.0f} s",
             flush=True,
         )
