@@ -129,6 +129,14 @@ def make_task(
             model._calc_hubert_loss = functools.partial(
                 model._calc_hubert_loss, unmasked_weight=unmasked_weight
             )
+            compute_correct = model._compute_correct
+
+            def at_least_one(logits: Tensor) -> tuple[int, int]:
+                # ESPnet divides by it, and short speech can be masked from end to end.
+                correct, count = compute_correct(logits)
+                return correct, max(count, 1)
+
+            model._compute_correct = at_least_one
             if bf16:
                 # Around each forward pass, not around the epoch: autocast keeps its copies of
                 # the weights until it is left, and would never see an optimiser step.

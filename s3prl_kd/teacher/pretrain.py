@@ -371,6 +371,7 @@ def _write_metrics(outdir: Path, iteration: int, config: MiniConfig) -> pd.DataF
                 one = stats[phase]
                 row[f"{phase}_loss"] = one["loss"] / one["count_m"]
                 row[f"{phase}_masked_accuracy"] = one["correct_m"] / one["count_m"]
+                row[f"{phase}_unmasked_accuracy"] = one["correct_u"] / one["count_u"]
             row["seconds"] = stats["train"]["time"].total_seconds()
             rows.append(row)
     table = pd.DataFrame(rows)
@@ -383,7 +384,8 @@ def _describe(row: pd.Series) -> str:
     return (
         f"iteration {row['iteration']:.0f} step {row['step']:.0f}: "
         f"train loss {row['train_loss']:.3f}, valid loss {row['valid_loss']:.3f}, "
-        f"masked accuracy {row['valid_masked_accuracy']:.1%}"
+        f"accuracy masked {row['valid_masked_accuracy']:.1%}, "
+        f"unmasked {row['valid_unmasked_accuracy']:.1%}"
     )
 
 
