@@ -1,0 +1,46 @@
+"""Fetching a corpus from its public home."""
+
+from __future__ import annotations
+
+import tarfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from s3prl_kd.errors import UserError
+from s3prl_kd.files import atomic_dir
+
+
+def download_archive(url: str, directory: Path, option: str) -> None:
+    """Fetch a ``.tar.gz`` and unpack it into ``directory``, whole or not at all.
+
+    Args:
+        url: of the archive.
+        directory: made; a single top folder in the archive becomes it.
+        option: of run.sh that takes a copy of one's own, for the message.
+
+    Raises:
+        UserError: it cannot be had, or is no such archive.
+    """
+    from rich.progress import wrap_file
+
+    print(f"fetching {url}", flush=True)
+    try:
+        with atomic_dir(directory) as partial:
+            archive = partial / "archive.tar.gz"
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                size = int(answer.headers.get("Content-Length") or 0)
+                with (
+                    wrap_file(answer, total=size or None, description="fetching") as source,
+                    open(archive, "wb") as target,
+                ):
+                    while block := source.read(1 << 20):
+                        target.write(block)
+            with tarfile.open(archive) as content:
+                content.extractall(partial, filter="data")
+            archive.unlink()
+    except (urllib.error.URLError, OSError, tarfile.TarError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"{url}: cannot be fetched ({reason}); give a copy of the corpus with {option} DIR"
+        ) from None
