@@ -105,6 +105,7 @@ def test_units_are_reproducible_and_tell_sounds_apart() -> None:
     assert len(np.unique(np.concatenate(list(units.values())))) > 6
 
 
+@pytest.mark.slow
 def test_logits_equal_torchaudios() -> None:
     from s3prl_kd.teacher.espnet_task import MatmulLogits
 
