@@ -1,8 +1,10 @@
 """Downstream training: tasks alone and jointly, the upstream frozen or fine-tuned, and scores."""
 
+import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from s3prl_kd.bin import downstream as stage
 from s3prl_kd.config import load_config
 from s3prl_kd.data.kaldi import DataDir
 from s3prl_kd.downstream import train
-from s3prl_kd.downstream.config import DownstreamConfig, SvConfig
+from s3prl_kd.downstream.config import DownstreamConfig, KwsConfig, SvConfig
 from s3prl_kd.downstream.data import TaskDataset, collate, equal_length_batches
 from s3prl_kd.downstream.predict import load_system, write_scores
 from s3prl_kd.downstream.tasks import cosine_scores, xvector
@@ -208,9 +210,21 @@ def test_cached_training_equals_uncached(system, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_killed_and_resumed_ends_in_the_same_weights(system, tmp_path, monkeypatch):
-    train_system(system("finetuned"), tmp_path / "whole", resume=False)
+    ends = []
+    fit = System.fit
 
-    made = system("finetuned")
+    def watched_fit(self, module, *args):
+        best = fit(self, module, *args)
+        ends.append({name: value.clone() for name, value in module.state_dict().items()})
+        return best
+
+    monkeypatch.setattr(System, "fit", watched_fit)
+
+    def made_anew():
+        # With cuts of long utterances, which depend on the epoch.
+        return system("finetuned", ("kws", "sv"), "sv.max_seconds=0.45")
+
+    train_system(made_anew(), tmp_path / "whole", resume=False)
     steps = 0
     step = train.DownstreamModule.training_step
 
@@ -224,22 +238,29 @@ def test_killed_and_resumed_ends_in_the_same_weights(system, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(train.DownstreamModule, "training_step", dying_step)
         with pytest.raises(RuntimeError, match="killed"):
-            train_system(made, tmp_path / "parts", resume=False)
-    train_system(system("finetuned"), tmp_path / "parts", resume=True)
+            train_system(made_anew(), tmp_path / "parts", resume=False)
+    train_system(made_anew(), tmp_path / "parts", resume=True)
 
-    ends = [
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("whole", "parts")
-    ]
     assert any(name.startswith("upstream.") for name in ends[0])
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name
     curves = [
-        pd.read_csv(tmp_path / name / "metrics.csv").dropna().drop(columns="seconds")
+        pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds")
         for name in ("whole", "parts")
     ]
-    curves = [curve.reset_index(drop=True) for curve in curves]
     pd.testing.assert_frame_equal(*curves)
+
+
+def test_cuts_differ_from_epoch_to_epoch_in_training(system, tmp_path, monkeypatch):
+    draws = set()
+    get = TaskDataset.__getitem__
+    monkeypatch.setattr(
+        TaskDataset,
+        "__getitem__",
+        lambda self, at: (draws.add(at[1] if isinstance(at, tuple) else None), get(self, at))[1],
+    )
+    train_system(system("frozen", ("sv",), "sv.max_seconds=0.45"), tmp_path, resume=False)
+    assert draws == {None, 0, 1}
 
 
 def test_lr_search_records_and_chooses_on_validation(system, tmp_path, monkeypatch):
@@ -376,6 +397,16 @@ def test_mistakes_are_told_in_one_line(corpus, expdir, config_file, change, word
     with pytest.raises(UserError) as caught:
         stage.main([*arguments, "--expdir", str(expdir), *change])
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mini", "superb"])
+def test_shipped_configs_name_every_key(name):
+    path = Path(__file__).parents[1] / "conf" / "downstream" / f"{name}.yaml"
+    config = load_config(DownstreamConfig, path)
+    given = yaml.safe_load(path.read_text())
+    assert set(given) == {field.name for field in dataclasses.fields(DownstreamConfig)}
+    if name == "superb":
+        assert config.sv == SvConfig() and config.kws == KwsConfig()
 
 
 def test_xvector_is_s3prls():

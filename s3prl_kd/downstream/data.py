@@ -125,19 +125,24 @@ class DrawingSampler(Sampler):
     The epoch travels with the index, so that worker processes know it too.
     """
 
-    def __init__(self, sampler: ChunkedBatchSampler) -> None:
-        self.sampler = sampler
+    def __init__(self, batches: ChunkedBatchSampler) -> None:
+        self.batches = batches
         self.epoch = 0
+
+    @property
+    def sampler(self) -> DrawingSampler:
+        # Where Lightning looks for a set_epoch.
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-        self.sampler.set_epoch(epoch)
+        self.batches.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.sampler:
+        for batch in self.batches:
             yield [(index, self.epoch) for index in batch]
 
 

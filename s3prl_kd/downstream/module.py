@@ -94,11 +94,6 @@ class DownstreamModule(L.LightningModule):
         """The weighted sum that is minimised."""
         return sum(self.loss_weights[name] * loss for name, loss in losses.items())
 
-    def on_train_epoch_start(self) -> None:
-        # Lightning tells a batch sampler nothing, and after a resume counts one epoch too many.
-        for loader in self.trainer.fit_loop._combined_loader.flattened:
-            loader.batch_sampler.set_epoch(self.current_epoch)
-
     def training_step(self, batch: Mapping[str, Mapping[str, Any]], index: int) -> torch.Tensor:
         losses = self.losses(batch)
         loss = self.joint_loss(losses)

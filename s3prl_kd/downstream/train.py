@@ -225,10 +225,10 @@ def search_learning_rates(
         trial = outdir / "lr_search" / f"{lr:g}_{upstream_lr or 0:g}"
         candidate = with_learning_rates(config, system.mode, lr, upstream_lr)
         steps = config.lr_search_steps
+        section = candidate.trainer(system.mode)
+        chunk = section.steps_per_epoch
         section = dataclasses.replace(
-            candidate.trainer(system.mode),
-            max_steps=steps,
-            steps_per_epoch=min(steps, candidate.trainer(system.mode).steps_per_epoch),
+            section, max_steps=steps, steps_per_epoch=steps if steps % chunk else chunk
         )
         candidate = dataclasses.replace(candidate, **{system.mode: section})
         L.seed_everything(system.seed, verbose=False)
