@@ -145,17 +145,12 @@ def fit(
         # later draw of a resumed run, which begins to iterate at another moment.
         loader.generator = torch.Generator().manual_seed(seed)
     ranks = max(1, ngpu) * num_nodes
-    # One path from the first step to the last: TensorBoard appends, the rows below are in the
-    # checkpoint.
-    keeper = ModelCheckpoint(
-        dirpath=checkpoints,
-        filename="best",
-        monitor=monitor,
-        mode=mode,
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
+    saved = {"dirpath": checkpoints, "save_on_train_epoch_end": True}
+    best = ModelCheckpoint(
+        filename="best", monitor=monitor, mode=mode, enable_version_counter=False, **saved
     )
+    # Of its own: save_last writes only when the best changes.
+    newest = ModelCheckpoint(filename="last", enable_version_counter=False, **saved)
     trainer = L.Trainer(
         # Counted in epochs: told of max_steps, Lightning takes a finished chunk for an unfinished
         # one when it resumes.

@@ -7,9 +7,9 @@ one of them per fold.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -86,15 +86,23 @@ def _measure(path: Path) -> tuple[int, str | None]:
         return 0, str(error).removeprefix(f"{path}: ")
 
 
-def parallel(function: Callable[[T], R], items: Sequence[T], nj: int, title: str) -> Iterator[R]:
-    """``map(function, items)`` in ``nj`` processes, in order, with a progress bar and an ETA."""
+def parallel(
+    function: Callable[[T], R], items: Sequence[T], nj: int, title: str, *, fresh: bool = False
+) -> Iterator[R]:
+    """``map(function, items)`` in ``nj`` processes, in order, with a progress bar and an ETA.
+
+    Args:
+        fresh: a new process for each item, for libraries that carry state from call to call.
+    """
     from rich.progress import track
 
-    if nj <= 1:
+    if nj <= 1 and not fresh:
         yield from track(map(function, items), description=title, total=len(items))
         return
-    with ProcessPoolExecutor(nj) as pool:
-        results = pool.map(function, items, chunksize=max(1, len(items) // (nj * 32)))
+    context = multiprocessing.get_context("fork")
+    with context.Pool(max(1, nj), maxtasksperchild=1 if fresh else None) as pool:
+        chunk = 1 if fresh else max(1, len(items) // (nj * 32))
+        results = pool.imap(function, items, chunksize=chunk)
         yield from track(results, description=title, total=len(items))
 
 
