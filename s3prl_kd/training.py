@@ -164,7 +164,8 @@ def fit(
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.grad_clip or None,
         callbacks=[
-            keeper,
+            best,
+            newest,
             _Reseed(seed),
             _Curve(outdir / "metrics.csv"),
             _Steps(label, config.max_steps),
