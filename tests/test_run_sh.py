@@ -24,6 +24,7 @@ def recipe(tmp_path):
     python = tmp_path / ".venv" / "bin" / "python"
     python.write_text(
         f'#!/bin/bash\nprintf "%s\\t" "$@" >> {tmp_path}/calls\necho >> {tmp_path}/calls\n'
+        f'echo "${{S3PRL_KD_EXP:-}}" > {tmp_path}/registered\n'
     )
     python.chmod(0o755)
     made_from = subprocess.run(
@@ -86,13 +87,26 @@ def test_help_needs_no_environment(recipe):
         (["--stage", "two"], "'two' is not a number"),
         (["--seed"], "needs a value"),
         (["stray"], "stray"),
+        (["--teacher_config", "no_such"], "mini"),
+        (["--tasks", "kws asr"], "kws sv kws+sv"),
+        (["--stage", "5", "--stop_stage", "4"], "comes after"),
+        (["--.*", "1"], "unknown option"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_nothing_made(recipe, args, expected):
+    before = sorted(recipe.rglob("*"))
     done = run(recipe, *args)
     assert done.returncode != 0
     assert len(done.stderr.strip().splitlines()) == 1 and expected in done.stderr
-    assert not calls(recipe)
+    assert sorted(recipe.rglob("*")) == before
+
+
+def test_from_another_directory(recipe):
+    elsewhere = {"cwd": recipe.parent, "capture_output": True, "text": True}
+    done = subprocess.run([f"{recipe.name}/run.sh", "--help"], **elsewhere)
+    assert done.returncode == 0 and "--corpus" in done.stdout and not done.stderr
+    subprocess.run([f"{recipe.name}/egs/mini/run.sh", "--stop_stage", "0"], **elsewhere)
+    assert [(call[0], option(call, "--corpus")) for call in calls(recipe)] == [("fetch", "synth")]
 
 
 def test_all_stages_in_order(recipe):
@@ -117,11 +131,14 @@ def test_all_stages_in_order(recipe):
     assert option(frozen, "--config") == "superb"
     assert "distilled=two_layer_mini_{tag}" in made[7]
     assert not any("--force" in call for call in made)
+    assert option(made[7], "--command") == "./run.sh --seed=7 --downstream-config superb"
+    assert "exp/results_synth/RESULTS.md" in done.stdout.splitlines()[-1]
 
 
 def test_folds_are_experiments_of_their_own(recipe):
     with_data(recipe, "fsdd/fold1", "fsdd/fold2")
-    assert run(recipe, "--stage", "2", "--fsdd_root", "/somewhere", script="egs/fsdd/run.sh")
+    done = run(recipe, "--stage", "2", "--fsdd_root", "/somewhere", script="egs/fsdd/run.sh")
+    assert done.returncode == 0, done.stderr
     made = calls(recipe)
     assert [option(call, "--data") for call in made if call[0] == "teacher"] == [
         "data/fsdd/fold1",
@@ -134,6 +151,33 @@ def test_folds_are_experiments_of_their_own(recipe):
     }
     score = next(call for call in made if call[0] == "score")
     assert score[score.index("--data") + 1 :][:2] == ["data/fsdd/fold1", "data/fsdd/fold2"]
+
+
+def test_no_student_has_heard_another_folds_test_speakers(recipe):
+    with_data(recipe, "fsdd/fold1", "fsdd/fold2")
+    run(recipe, "--corpus", "fsdd", "--teacher", "hubert_base", "--stage", "3")
+    made = calls(recipe)
+    names = [option(call, "--name") for call in made if call[0] == "distill"]
+    assert len(set(names)) == 4 and names[0] == "two_layer_hubert_base_fsdd_fold1"
+    for call in made:
+        if call[0] == "downstream":
+            fold = option(call, "--data")[-1]
+            assert f"two_layer_hubert_base_fsdd_fold{fold}" in call
+    score = next(call for call in made if call[0] == "score")
+    assert "distilled=two_layer_hubert_base_{tag}" in score
+
+
+def test_a_teacher_directory_is_an_upstream_by_its_name(recipe):
+    with_data(recipe, "synth")
+    (recipe / "models" / "mine").mkdir(parents=True)
+    run(recipe, "--teacher", "models/mine/", "--stage", "2", "--stop_stage", "4")
+    made = calls(recipe)
+    assert {option(call, "--teacher") for call in made[:3]} == {"models/mine/"}
+    first = made[3].index("--upstream")
+    assert made[3][first + 1 : first + 5] == [
+        "fbank", "mine", "two_layer_scratch_mine", "two_layer_mine",
+    ]  # fmt: skip
+    assert "models/mine/" in (recipe / "registered").read_text().split(":")[1]
 
 
 def test_root_goes_to_fetch_and_prepare(recipe):
@@ -180,6 +224,42 @@ def test_environment_that_cannot_be_made_is_said_in_a_line(recipe):
     uv.write_text("#!/bin/bash\nexit 2\n")
     uv.chmod(0o755)
     env = os.environ | {"PATH": f"{recipe}:{os.environ['PATH']}"}
-    done = subprocess.run([recipe / "run.sh"], cwd=recipe, env=env, capture_output=True, text=True)
+    elsewhere = {"cwd": recipe, "env": env, "capture_output": True, "text": True}
+    done = subprocess.run([recipe / "run.sh"], **elsewhere)
     assert done.returncode != 0 and "run the same command again" in done.stderr
     assert not calls(recipe)
+    # The shell that sourced path.sh is the user's, and stays.
+    done = subprocess.run(["bash", "-c", ". ./path.sh || echo alive"], **elsewhere)
+    assert "alive" in done.stdout
+
+
+def test_environment_is_made_again_when_the_lock_changes(recipe):
+    uv = recipe / "uv"
+    uv.write_text(f'#!/bin/bash\necho "$@" >> {recipe}/synced\n')
+    uv.chmod(0o755)
+    env = os.environ | {"PATH": f"{recipe}:{os.environ['PATH']}"}
+
+    def source():
+        subprocess.run(["bash", "-c", ". ./path.sh"], cwd=recipe, env=env, check=True)
+        file = recipe / "synced"
+        return file.read_text().splitlines() if file.exists() else []
+
+    assert not source()
+    with open(recipe / "uv.lock", "a") as lock:
+        lock.write("# changed\n")
+    assert len(source()) == 1 and "--frozen" in source()[0]
+    assert len(source()) == 1
+
+
+def test_no_python_is_said_in_a_line(recipe):
+    shutil.rmtree(recipe / ".venv")
+    tools = recipe / "tools"
+    tools.mkdir()
+    for name in ("cat", "sha256sum", "cut"):
+        (tools / name).symlink_to(shutil.which(name))
+    done = subprocess.run(
+        [shutil.which("bash"), "-c", ". ./path.sh"],
+        cwd=recipe, env={"PATH": str(tools)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert len(done.stderr.strip().splitlines()) == 1 and "Python 3.11" in done.stderr

@@ -22,20 +22,20 @@ def download_archive(url: str, directory: Path, option: str) -> None:
     Raises:
         UserError: it cannot be had, or is no such archive.
     """
-    from rich.progress import wrap_file
+    from rich.progress import Progress
 
     print(f"fetching {url}", flush=True)
     try:
         with atomic_dir(directory) as partial:
             archive = partial / "archive.tar.gz"
             with urllib.request.urlopen(url, timeout=60) as answer:
-                size = int(answer.headers.get("Content-Length") or 0)
-                with (
-                    wrap_file(answer, total=size or None, description="fetching") as source,
-                    open(archive, "wb") as target,
-                ):
-                    while block := source.read(1 << 20):
+                # A forge makes its archives on the spot and does not say how long they are.
+                size = int(answer.headers.get("Content-Length") or 0) or None
+                with Progress() as bar, open(archive, "wb") as target:
+                    task = bar.add_task("fetching", total=size)
+                    while block := answer.read(1 << 20):
                         target.write(block)
+                        bar.advance(task, len(block))
             with tarfile.open(archive) as content:
                 content.extractall(partial, filter="data")
             archive.unlink()

@@ -23,7 +23,7 @@ from s3prl_kd.errors import UserError
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 RECORDINGS = 3000
-URL = "https://codeload.github.com/Jakobovski/free-spoken-digit-dataset/tar.gz/refs/heads/master"
+URL = "https://codeload.github.com/Jakobovski/free-spoken-digit-dataset/tar.gz/refs/tags/v1.0.10"
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
 
 

@@ -8,11 +8,13 @@ utterance is a stretch of a recording of ``wav.scp``) and ``trials`` (speaker ve
 from __future__ import annotations
 
 import functools
+import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import kaldiio
 import numpy as np
 
 from s3prl_kd.data.audio import SAMPLE_RATE, BadAudio, read_audio, to_16k_mono
@@ -26,6 +28,14 @@ class Trial(NamedTuple):
     enrol: str
     test: str
     target: bool
+
+
+class Segment(NamedTuple):
+    """An utterance as a stretch of a recording, in seconds; an end of None is the recording's."""
+
+    recording: str
+    start: float
+    end: float | None
 
 
 class DataDir:
@@ -44,10 +54,9 @@ class DataDir:
         if not self.path.is_dir():
             raise UserError(f"{self.path}: no such data dir; run stage 1")
         self._wavs = _read_map(self.path / "wav.scp")
-        self._segments = self.path / "segments"
-        self.utts = (
-            sorted(_read_map(self._segments)) if self._segments.exists() else sorted(self._wavs)
-        )
+        file = self.path / "segments"
+        self._segments = _read_segments(file, self._wavs) if file.exists() else {}
+        self.utts = sorted(self._segments if file.exists() else self._wavs)
 
     def __len__(self) -> int:
         return len(self.utts)
@@ -66,7 +75,11 @@ class DataDir:
     def num_samples(self) -> dict[str, int]:
         """Length of each utterance, in samples at 16 kHz."""
         file = self.path / "utt2num_samples"
-        return {utt: _count(file, utt, value) for utt, value in _read_map(file).items()}
+        return {
+            utt: _count(f"{file}:{number}", value)
+            for number, line in _lines(file)
+            for utt, value in [_split(file, number, line)]
+        }
 
     @functools.cached_property
     def trials(self) -> list[Trial]:
@@ -82,27 +95,29 @@ class DataDir:
         Raises:
             BadAudio: see :func:`s3prl_kd.data.audio.read_audio`.
         """
-        entry = self._wavs.get(utt, "")
-        if not self._segments.exists() and Path(entry).is_file():
-            # soundfile reads more formats than kaldiio's loader, which is for pipes and arks.
-            return read_audio(entry)
+        segment = self._segments.get(utt, Segment(utt, 0.0, None))
+        entry = self._wavs.get(segment.recording)
+        if entry is None:
+            raise UserError(f"{self.path}: no utterance {utt!r}")
+        if Path(entry).is_file():
+            return read_audio(entry, segment.start, segment.end)
+        name = f"{self.path / 'wav.scp'}: {segment.recording}"
         try:
-            # kaldiio gives (rate, samples) as wave files and sound arks have it, or the other
-            # way round where it read a FLAC.
-            first, second = self._loader[utt]
-        except KeyError:
-            raise UserError(f"{self.path / 'wav.scp'}: no utterance {utt!r}") from None
+            if entry.endswith("|"):
+                # kaldiio's own reader of what a pipe gives takes 8 and 16 bit only.
+                with kaldiio.open_like_kaldi(entry, "rb") as pipe:
+                    content = io.BytesIO(pipe.read())
+            else:
+                # The rate first for a wave file in an ark, the samples first for a FLAC.
+                first, second = kaldiio.load_mat(entry)
         except Exception as error:
-            raise BadAudio(f"{self.path / 'wav.scp'}: {utt}: cannot be read ({error})") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BadAudio(f"{name}: {entry!r} cannot be read ({reason})") from None
+        if entry.endswith("|"):
+            return read_audio(content, segment.start, segment.end, name)
         rate, samples = (first, second) if np.isscalar(first) else (second, first)
-        return to_16k_mono(samples, int(rate), f"{self.path}: {utt}")
-
-    @functools.cached_property
-    def _loader(self) -> Mapping[str, tuple[int, np.ndarray]]:
-        import kaldiio
-
-        segments = str(self._segments) if self._segments.exists() else None
-        return kaldiio.load_scp(str(self.path / "wav.scp"), segments=segments)
+        stop = None if segment.end is None else round(segment.end * rate)
+        return to_16k_mono(samples[round(segment.start * rate) : stop], int(rate), name)
 
 
 def write_data_dir(
@@ -164,10 +179,11 @@ def check(path: str | Path) -> DataDir:
         if name != "segments" or file.exists():
             keys[name] = _check_sorted(file)
     utts = set(data.utts)
+    source = "segments" if "segments" in keys else "wav.scp"
     for name in ("utt2spk", "text", "utt2num_samples"):
         for utt, number in keys[name].items():
             if utt not in utts:
-                raise UserError(f"{data.path / name}:{number}: {utt!r} is not in wav.scp")
+                raise UserError(f"{data.path / name}:{number}: {utt!r} is not in {source}")
         missing = utts - set(keys[name])
         if missing:
             raise UserError(f"{data.path / name}: no line for {min(missing)!r}")
@@ -197,7 +213,7 @@ def _check_trials(data: DataDir, utts: set[str]) -> None:
         trial = _trial(file, number, line)
         for utt in (trial.enrol, trial.test):
             if utt not in utts:
-                raise UserError(f"{file}:{number}: {utt!r} is not in wav.scp")
+                raise UserError(f"{file}:{number}: no utterance {utt!r} in {data.path}")
         same = data.utt2spk[trial.enrol] == data.utt2spk[trial.test]
         if same != trial.target:
             raise UserError(f"{file}:{number}: utt2spk contradicts {line.split()[-1]!r}")
@@ -207,7 +223,7 @@ def _check_sorted(file: Path) -> dict[str, int]:
     numbers: dict[str, int] = {}
     before = None
     for number, line in _lines(file):
-        key = line.split(maxsplit=1)[0]
+        key, _ = _split(file, number, line)
         if before is not None and key.encode() <= before.encode():
             what = "twice" if key == before else "not sorted (LC_ALL=C)"
             raise UserError(f"{file}:{number}: {key!r} is {what}")
@@ -223,25 +239,45 @@ def _lines(file: Path) -> list[tuple[int, str]]:
         raise UserError(f"{file}: cannot be read ({error.strerror}); run stage 1") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: not UTF-8") from None
-    return list(enumerate(text.splitlines(), start=1))
+    # Not splitlines, to which a form feed within a transcript ends a line.
+    return list(enumerate(text.removesuffix("\n").split("\n") if text else [], start=1))
+
+
+def _split(file: Path, number: int, line: str) -> tuple[str, str]:
+    key, *rest = line.split(maxsplit=1) or [""]
+    # A transcript may be empty; nothing else may.
+    if not key or (not rest and file.name != "text"):
+        raise UserError(f"{file}:{number}: expected a key and a value, found {line!r}")
+    return key, rest[0].rstrip() if rest else ""
 
 
 def _read_map(file: Path) -> dict[str, str]:
-    content = {}
+    return dict(_split(file, number, line) for number, line in _lines(file))
+
+
+def _read_segments(file: Path, recordings: Container[str]) -> dict[str, Segment]:
+    segments = {}
     for number, line in _lines(file):
-        key, *rest = line.split(maxsplit=1)[:2] if line.strip() else ("",)
-        # A transcript may be empty; nothing else may.
-        if not key or (not rest and file.name != "text"):
-            raise UserError(f"{file}:{number}: expected a key and a value, found {line!r}")
-        content[key] = rest[0].rstrip() if rest else ""
-    return content
+        try:
+            utt, recording, start, end = line.split()
+            segment = Segment(recording, float(start), None if float(end) == -1 else float(end))
+        except ValueError:
+            raise UserError(
+                f"{file}:{number}: expected 'utt recording start end', found {line!r}"
+            ) from None
+        if segment.start < 0 or (segment.end is not None and not segment.start < segment.end):
+            raise UserError(f"{file}:{number}: no stretch from {start} to {end} s")
+        if recording not in recordings:
+            raise UserError(f"{file}:{number}: {recording!r} is not in wav.scp")
+        segments[utt] = segment
+    return segments
 
 
-def _count(file: Path, utt: str, value: str) -> int:
+def _count(where: str, value: str) -> int:
     try:
         return int(value)
     except ValueError:
-        raise UserError(f"{file}: {utt}: {value!r} is no number of samples") from None
+        raise UserError(f"{where}: {value!r} is no number of samples") from None
 
 
 def _trial(file: Path, number: int, line: str) -> Trial:
