@@ -3,7 +3,7 @@
 # is missing or older than uv.lock.
 
 make_environment() {
-  local uv want
+  local uv want quiet=--quiet
   want=$(cat uv.lock pyproject.toml | sha256sum | cut -d ' ' -f 1)
   if [ "$(cat .venv/.made_from 2> /dev/null)" = "$want" ]; then return 0; fi
   uv=$(command -v uv || true)
@@ -31,18 +31,20 @@ make_environment() {
     uv=.uv/bin/uv
   fi
   echo "path.sh: making the environment .venv, 7 GB; a minute or three"
+  if [ -t 2 ]; then quiet=; fi
   # Without bytecode, importing s3prl takes twice as long, in every stage.
-  if ! UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300} "$uv" sync --frozen --compile-bytecode --quiet; then
-    echo "path.sh: the environment could not be made; run the same command again to go on" >&2
+  if ! UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300} "$uv" sync --frozen --compile-bytecode $quiet; then
+    echo "path.sh: the environment could not be made (it needs Python 3.11, the network and 7 GB); run the same command again to go on" >&2
     return 1
   fi
   echo "$want" > .venv/.made_from
 }
 
-make_environment || exit 1
+# Not exit: people source this from their own shell.
+make_environment || return 1
 unset -f make_environment
 
 PATH=$PWD/.venv/bin:$PATH
 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export PATH PYTHONPATH
-export LC_ALL=C.UTF-8 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+export LC_ALL=C PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false

@@ -28,7 +28,7 @@ bootstrap=1000  # resamplings behind each interval
 max_bad_share=0.1  # stop if more than this share of the audio is unusable
 ngpu=0  # GPUs per node; 0: the CPU
 num_nodes=1  # nodes; run the same command on each
-nj=2  # processes that prepare or read data
+nj=$(nproc)  # processes that prepare or read data
 seed=1  # of everything
 # --- end of options ---
 
@@ -59,6 +59,7 @@ Names:
   teachers:            mini, any s3prl upstream (hubert_base, wav2vec2, wavlm_base_plus ...),
                        a directory in Hugging Face's format
   students:            $(known student)
+  teacher configs:     $(known teacher)
   distill configs:     $(known distill)
   downstream configs:  $(known downstream)
   upstreams:           fbank and all of s3prl's, every model under exp/
@@ -68,13 +69,24 @@ killed goes on where it was.
 HELP
 }
 
-command="$0${*:+ $*}"
+command=./run.sh
+if [ $# -gt 0 ]; then command+=$(printf ' %q' "$@"); fi
 . utils/parse_options.sh
 
 die() { echo "$0: $*" >&2; exit 1; }
 if [ $# -gt 0 ]; then die "unexpected argument '$1'; options are --name value (see --help)"; fi
-for number in "${stage:-0}" "$stop_stage" "$ngpu" "$num_nodes" "$nj" "$seed" "$bootstrap"; do
-  case "$number" in '' | *[!0-9]*) die "'$number' is not a number (see --help)" ;; esac
+for name in stage stop_stage ngpu num_nodes nj seed bootstrap; do
+  case "$name=${!name}" in
+    stage=) ;;
+    *= | *=*[!0-9]*) die "--$name: '${!name}' is not a number (see --help)" ;;
+  esac
+done
+if [ "${stage:-0}" -gt "$stop_stage" ]; then die "--stage $stage comes after --stop_stage $stop_stage"; fi
+for task in $tasks; do
+  case "$task" in
+    kws | sv | kws+sv | sv+kws) ;;
+    *) die "unknown task '$task'; there are: kws sv kws+sv" ;;
+  esac
 done
 for pair in "corpus=$corpus" "teacher=$teacher_config" "student=$student" \
   "distill=$distill_config" "downstream=$downstream_config"; do
@@ -109,21 +121,6 @@ datasets() { # a dataset dir a line: the corpus, or each of its folds
 }
 tag_of() { local tag=${1#"$datadir"/}; echo "${tag//\//_}"; }
 
-case "$teacher" in
-  mini) teacher_name='mini_{tag}' ;;
-  *) teacher_name=$(basename "$teacher") ;;
-esac
-student_name=$(basename "$student" .yaml)
-if [ -n "$upstream" ]; then
-  read -ra upstreams <<< "$upstream"
-  rows=()
-  for name in "${upstreams[@]}"; do rows+=("$name=$name"); done
-  : "${run_name:=results_${corpus}_$(tr -cs 'A-Za-z0-9_\n' '_' <<< "$upstream")}"
-else
-  upstreams=(fbank "$teacher_name" "${student_name}_scratch_$teacher_name" "${student_name}_$teacher_name")
-  rows=("fbank=${upstreams[0]}" "teacher=${upstreams[1]}" "scratch=${upstreams[2]}" "distilled=${upstreams[3]}")
-fi
-results=$expdir/${run_name:-results_$corpus}
 root_option=${corpus}_root
 read -ra teacher_overrides <<< "$teacher_set"
 read -ra distill_overrides <<< "$distill_set"
@@ -145,9 +142,38 @@ if begin 1 "prepare the data of $corpus"; then
   end "$datadir/$corpus"
 fi
 
-if [ "$stop_stage" -lt 2 ]; then exit 0; fi
-mapfile -t dirs < <(datasets)
-if [ ${#dirs[@]} -eq 0 ]; then die "$datadir/$corpus: no data yet; run stage 1 (--stage 1)"; fi
+dirs=()
+if [ "$stop_stage" -ge 2 ]; then
+  mapfile -t dirs < <(datasets)
+  if [ ${#dirs[@]} -eq 0 ]; then die "$datadir/$corpus: no data yet; run stage 1 (--stage 1)"; fi
+fi
+
+student_suffix=
+if [ "$teacher" = mini ]; then
+  teacher_name='mini_{tag}'
+else
+  teacher_name=$(basename "$teacher")
+  if [ -d "$teacher" ]; then
+    teacher_name=$(basename "$(realpath "$teacher")")
+    export S3PRL_KD_EXP=$expdir:$teacher${S3PRL_KD_EXP:+:$S3PRL_KD_EXP}
+  fi
+  # A directory of its own for every fold: a student has heard its fold's training speakers, who
+  # are another's test speakers.
+  if [ ${#dirs[@]} -gt 1 ]; then student_suffix='_{tag}'; fi
+fi
+student_name=$(basename "$student" .yaml)
+scratch_student=${student_name}_scratch_$teacher_name$student_suffix
+distilled_student=${student_name}_$teacher_name$student_suffix
+if [ -n "$upstream" ]; then
+  read -ra upstreams <<< "$upstream"
+  rows=()
+  for name in "${upstreams[@]}"; do rows+=("$name=$name"); done
+  : "${run_name:=results_${corpus}_$(tr -cs 'A-Za-z0-9_\n' '_' <<< "$upstream")}"
+else
+  upstreams=(fbank "$teacher_name" "$scratch_student" "$distilled_student")
+  rows=("fbank=${upstreams[0]}" "teacher=${upstreams[1]}" "scratch=${upstreams[2]}" "distilled=${upstreams[3]}")
+fi
+results=$expdir/${run_name:-results_$corpus}
 
 if [ -z "$upstream" ] && begin 2 "teacher $teacher"; then
   for data in "${dirs[@]}"; do
@@ -158,16 +184,20 @@ if [ -z "$upstream" ] && begin 2 "teacher $teacher"; then
   end "$expdir"
 fi
 
+distil() { # name, options; of the loop below: data, tag, source
+  call distill --teacher "$source" --data "$data" --student "$student" \
+    --name "${1//"{tag}"/$tag}" --config "$distill_config" --expdir "$expdir" --seed "$seed" \
+    --ngpu "$ngpu" --num_nodes "$num_nodes" --nj "$nj" "${@:2}" \
+    --set "${distill_overrides[@]}" "${force[@]}"
+}
+
 if [ -z "$upstream" ] && begin 3 "distil $student_name"; then
   for data in "${dirs[@]}"; do
-    for scratch in "" --scratch; do
-      source=$teacher
-      if [ "$teacher" = mini ]; then source=mini_$(tag_of "$data"); fi
-      call distill --teacher "$source" --data "$data" --student "$student" \
-        --config "$distill_config" --expdir "$expdir" --seed "$seed" --ngpu "$ngpu" \
-        --num_nodes "$num_nodes" --nj "$nj" ${scratch:+$scratch} \
-        --set "${distill_overrides[@]}" "${force[@]}"
-    done
+    tag=$(tag_of "$data")
+    source=$teacher
+    if [ "$teacher" = mini ]; then source=mini_$tag; fi
+    distil "$distilled_student"
+    distil "$scratch_student" --scratch
   done
   end "$expdir"
 fi
@@ -207,4 +237,6 @@ if begin 7 "report"; then
   end "$results/RESULTS.md"
 fi
 
-echo "=== all done in $((SECONDS - began)) s"
+made=
+if [ "$stop_stage" -ge 7 ]; then made="; the table is $results/RESULTS.md, the pictures lie beside it"; fi
+echo "=== all done in $((SECONDS - began)) s$made"

@@ -10,11 +10,15 @@
 # `--help` prints that block, after `help_header` and before `help_footer` where the script has
 # functions of those names. What follows the options is left in "$@".
 
+# The script may have changed into its own directory since it was called.
+options_script=$0
+if [ ! -f "$options_script" ]; then options_script=$OLDPWD/$0; fi
+
 options_of() {
   # name<TAB>default<TAB>comment, a line each
   sed -n '/^# --- options ---$/,/^# --- end of options ---$/{
     s/^\([a-z][a-z0-9_]*\)=\(.*[^ ]\)\{0,1\}  *# *\(.*\)$/\1\t\2\t\3/p
-  }' "$0"
+  }' "$options_script"
 }
 
 print_help() {
@@ -42,7 +46,7 @@ while [ $# -gt 0 ]; do
   esac
   name=${option#--}
   name=${name//-/_}
-  if ! options_of | cut -f 1 | grep -qx -- "$name"; then
+  if ! options_of | cut -f 1 | grep -qxF -- "$name"; then
     echo "$0: unknown option $option; there are: $(options_of | cut -f 1 | sed 's/^/--/' | paste -sd ' ')" >&2
     exit 1
   fi
