@@ -76,7 +76,7 @@ class DataDir:
         """Length of each utterance, in samples at 16 kHz."""
         file = self.path / "utt2num_samples"
         return {
-            utt: _count(f"{file}:{number}", value)
+            utt: _count(f"{file}:{number}: {utt}", value)
             for number, line in _lines(file)
             for utt, value in [_split(file, number, line)]
         }
@@ -105,8 +105,10 @@ class DataDir:
         try:
             if entry.endswith("|"):
                 # kaldiio's own reader of what a pipe gives takes 8 and 16 bit only.
-                with kaldiio.open_like_kaldi(entry, "rb") as pipe:
-                    content = io.BytesIO(pipe.read())
+                pipe = kaldiio.open_like_kaldi(entry, "rb")
+                content = io.BytesIO(pipe.read())
+                if status := pipe.close():
+                    raise OSError(f"exit status {status}")
             else:
                 # The rate first for a wave file in an ark, the samples first for a FLAC.
                 first, second = kaldiio.load_mat(entry)
@@ -203,17 +205,17 @@ def check(path: str | Path) -> DataDir:
     if missing:
         raise UserError(f"{file}: no line for {min(missing)!r}")
     if (data.path / "trials").exists():
-        _check_trials(data, utts)
+        _check_trials(data, utts, source)
     return data
 
 
-def _check_trials(data: DataDir, utts: set[str]) -> None:
+def _check_trials(data: DataDir, utts: set[str], source: str) -> None:
     file = data.path / "trials"
     for number, line in _lines(file):
         trial = _trial(file, number, line)
         for utt in (trial.enrol, trial.test):
             if utt not in utts:
-                raise UserError(f"{file}:{number}: no utterance {utt!r} in {data.path}")
+                raise UserError(f"{file}:{number}: {utt!r} is not in {source}")
         same = data.utt2spk[trial.enrol] == data.utt2spk[trial.test]
         if same != trial.target:
             raise UserError(f"{file}:{number}: utt2spk contradicts {line.split()[-1]!r}")
