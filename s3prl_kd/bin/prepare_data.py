@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         root, args.out, config, seed=args.seed, nj=args.nj, max_bad_share=args.max_bad_share
     )
     stage.finish()
-    _table(made)
+    _table(made, args.out)
 
 
 def _listing(root: Path) -> list[tuple[str, int, int]]:
@@ -61,21 +61,23 @@ def _listing(root: Path) -> list[tuple[str, int, int]]:
     return [(str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
-def _table(directories: list[Path]) -> None:
+def _table(directories: list[Path], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from s3prl_kd.data.audio import SAMPLE_RATE
     from s3prl_kd.data.kaldi import DataDir
 
-    table = Table("data dir", "utterances", "speakers", "minutes", "trials")
+    table = Table(f"in {out}", "utterances", "speakers", "minutes", "trials")
     for directory in directories:
         for path in sorted(path for path in directory.iterdir() if (path / "wav.scp").exists()):
             data = DataDir(path)
             minutes = sum(data.num_samples.values()) / SAMPLE_RATE / 60
             speakers = len(set(data.utt2spk.values()))
             trials = str(len(data.trials)) if data.trials else ""
-            table.add_row(str(path), str(len(data)), str(speakers), f"{minutes:.1f}", trials)
+            table.add_row(
+                str(path.relative_to(out)), str(len(data)), str(speakers), f"{minutes:.1f}", trials
+            )
     Console().print(table)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import tarfile
-import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 from s3prl_kd.errors import UserError
@@ -16,11 +18,11 @@ def download_archive(url: str, directory: Path, option: str) -> None:
 
     Args:
         url: of the archive.
-        directory: made; a single top folder in the archive becomes it.
+        directory: made, with what the archive holds.
         option: of run.sh that takes a copy of one's own, for the message.
 
     Raises:
-        UserError: it cannot be had, or is no such archive.
+        UserError: it cannot be had, is no such archive or not a whole one.
     """
     from rich.progress import Progress
 
@@ -36,11 +38,16 @@ def download_archive(url: str, directory: Path, option: str) -> None:
                     while block := answer.read(1 << 20):
                         target.write(block)
                         bar.advance(task, len(block))
-            with tarfile.open(archive) as content:
-                content.extractall(partial, filter="data")
+            with gzip.open(archive) as plain:
+                with tarfile.open(fileobj=plain) as content:
+                    content.extractall(partial, filter="data")
+                # The checksum lies at the end, where tarfile need not come.
+                while plain.read(1 << 20):
+                    pass
             archive.unlink()
-    except (urllib.error.URLError, OSError, tarfile.TarError) as error:
-        reason = getattr(error, "reason", error)
+    # URLError is an OSError; a connection cut short and an archive cut short are not.
+    except (OSError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
         raise UserError(
             f"{url}: cannot be fetched ({reason}); give a copy of the corpus with {option} DIR"
         ) from None

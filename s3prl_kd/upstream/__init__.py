@@ -8,14 +8,18 @@ when, and only if, somebody imports it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.machinery
+import io
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from s3prl_kd.errors import UserError
 
@@ -113,6 +117,24 @@ def _publish(hub: ModuleType) -> None:
         setattr(hub, name, entry(directory))
 
 
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep s3prl's import quiet and off the network.
+
+    Through ESPnet it imports a phonemiser that fetches dictionaries, and its modules print advice
+    about packages that nothing here needs.
+    """
+    try:
+        import nltk
+    except ImportError:
+        fetching = contextlib.nullcontext()
+    else:
+        fetching = mock.patch.object(nltk, "download", lambda *args, **kwargs: True)
+    with warnings.catch_warnings(), fetching, contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
 class _HubFinder(importlib.abc.MetaPathFinder):
     """Publishes our names at the end of ``s3prl.hub``'s own import."""
 
@@ -125,7 +147,8 @@ class _HubFinder(importlib.abc.MetaPathFinder):
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            execute(module)
+            with _hushed():
+                execute(module)
             register()
             _publish(module)
 
