@@ -163,6 +163,14 @@ def test_prepared_data_is_skipped_until_something_changes(fsdd_data, fake_fsdd, 
     assert (fsdd_data / "fold1" / "corpus.json").stat().st_mtime_ns > stamp
 
 
+def test_a_fold_that_is_no_more_is_no_dataset_dir(fake_fsdd, tmp_path):
+    args = ["--corpus", "fsdd", "--root", str(fake_fsdd), "--out", str(tmp_path), "--nj", "1"]
+    prepare_data.main([*args, "--set", *FEW])
+    assert len(list(tmp_path.glob("*/corpus.json"))) == 3
+    prepare_data.main([*args, "--set", *FEW, "folds=[[george, jackson], [lucas, nicolas]]"])
+    assert {path.parent.name for path in tmp_path.glob("*/corpus.json")} == {"fold1", "fold2"}
+
+
 @pytest.mark.slow
 def test_real_fsdd(fsdd_root, tmp_path):
     out = tmp_path / "fsdd"

@@ -48,6 +48,10 @@ def main(argv: list[str] | None = None) -> None:
     stage = Stage(args.out, "prepare_data", options)
     if stage.begin(args.force) == "skip":
         return
+    # Dataset dirs are known by this file: one of another configuration, say a fold that is no
+    # more, must not be taken for one of these.
+    for stale in (args.out / "corpus.json", *args.out.glob("*/corpus.json")):
+        stale.unlink(missing_ok=True)
     made = corpus.prepare(
         root, args.out, config, seed=args.seed, nj=args.nj, max_bad_share=args.max_bad_share
     )
