@@ -22,6 +22,7 @@ from s3prl_kd.data.prepare import Utterance, balanced_trials, scan, write_datase
 from s3prl_kd.errors import UserError
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+SPEAKERS = ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
 RECORDINGS = 3000
 URL = "https://codeload.github.com/Jakobovski/free-spoken-digit-dataset/tar.gz/refs/tags/v1.0.10"
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
@@ -69,8 +70,11 @@ def locate(root: str, downloads: Path) -> Path:
     if root:
         found = _recordings(Path(root))
         if len(found) < RECORDINGS:
+            there = {path.name for path in found}
+            absent = [name for name in _all_names() if name not in there]
             print(
-                f"{root}: {len(found)} of the corpus' {RECORDINGS} recordings; going on with them"
+                f"{root}: {len(found)} of the corpus' {RECORDINGS} recordings, without "
+                f"{', '.join(absent[:3])}{' ...' if len(absent) > 3 else ''}; going on with them"
             )
         return Path(root).resolve()
     directory = downloads / "fsdd"
@@ -78,6 +82,10 @@ def locate(root: str, downloads: Path) -> Path:
         download_archive(URL, directory, "--fsdd_root")
     _recordings(directory)
     return directory.resolve()
+
+
+def _all_names() -> list[str]:
+    return [f"{d}_{s}_{take}.wav" for d in range(10) for s in SPEAKERS for take in range(50)]
 
 
 def _recordings(root: Path) -> list[Path]:
