@@ -165,9 +165,8 @@ def test_entry_points_explain_themselves_without_heavy_imports(name):
     code = (
         "import sys, runpy\n"
         "sys.argv = ['x', '--help']\n"
-        "try: runpy.run_module('s3prl_kd.bin.%s', run_name='__main__')\n"
-        % name
-        + "except SystemExit as end: assert not end.code, end.code\n"
+        f"try: runpy.run_module('s3prl_kd.bin.{name}', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 's3prl', 'lightning', 'transformers', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -115,6 +115,7 @@ def _stage(outdir: Path, name: str, tasks: tuple[str, ...], config, args):
     inputs += [args.data / f"{task}_{split}" for task in tasks for split in ("train", "valid")]
     if (args.expdir / name / "config.json").is_file():
         inputs += [args.expdir / name / file for file in ("config.json", "model.safetensors")]
+    inputs += _heads(outdir, tasks, config, args.mode).values()
     options = {
         "upstream": name,
         "mode": args.mode,
@@ -124,6 +125,14 @@ def _stage(outdir: Path, name: str, tasks: tuple[str, ...], config, args):
         **config.relevant(args.mode, tasks, args.lr_search),
     }
     return Stage(outdir, "downstream", options, inputs)
+
+
+def _heads(outdir: Path, tasks: tuple[str, ...], config, mode: str) -> dict[str, Path]:
+    """Per task the checkpoint of the frozen system to start the head from, if so configured."""
+    if mode == "frozen" or not config.heads_from_frozen:
+        return {}
+    frozen = outdir.parents[1] / "frozen"
+    return {task: frozen / task / "checkpoints" / "best.ckpt" for task in tasks}
 
 
 def _train(upstream, name, tasks, outdir, config, args, resume: bool) -> None:
@@ -140,6 +149,7 @@ def _train(upstream, name, tasks, outdir, config, args, resume: bool) -> None:
         args.ngpu,
         args.num_nodes,
         args.nj,
+        _heads(outdir, tasks, config, args.mode),
     )
     train_system(system, outdir, resume, args.lr_search)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from s3prl_kd.training import TrainerConfig
@@ -63,8 +64,13 @@ class DownstreamConfig:
     Attributes:
         frozen: how to train heads on a frozen upstream; ``lr`` is the heads'.
         finetuned: how to train heads and upstream; ``lr`` is the heads'.
+        steps: ``max_steps`` of single systems, by ``mode/tasks`` (``frozen/kws``,
+            ``finetuned/kws+sv``), in place of their section's; validated as often.
         upstream_lr: peak learning rate of a fine-tuned upstream.
         freeze_steps: steps at the start of fine-tuning in which the upstream stays frozen.
+        heads_from_frozen: fine-tuning starts from the heads of the frozen systems of the same
+            upstream and tasks, so that random heads do not spoil the upstream first (linear
+            probing, then fine-tuning: arXiv 2202.10054).
         loss_weights: weight of each task's loss where tasks are trained jointly.
         cache_frozen: keep a frozen upstream's hidden states in memory instead of computing them in
             every step.
@@ -78,8 +84,10 @@ class DownstreamConfig:
 
     frozen: TrainerConfig
     finetuned: TrainerConfig
+    steps: dict[str, int] = dataclasses.field(default_factory=dict)
     upstream_lr: float = 1e-4
     freeze_steps: int = 0
+    heads_from_frozen: bool = False
     loss_weights: dict[str, float] = dataclasses.field(
         default_factory=lambda: {task: 1.0 for task in TASKS}
     )
@@ -94,21 +102,33 @@ class DownstreamConfig:
     def __post_init__(self) -> None:
         if set(self.loss_weights) != set(TASKS):
             raise ValueError(f"loss_weights: needs a weight for each of {', '.join(TASKS)}")
+        keys = {system_key(mode, tasks) for mode in MODES for tasks in [("kws",), ("sv",), TASKS]}
+        if not set(self.steps) <= keys:
+            raise ValueError(f"steps: its keys are {', '.join(sorted(keys))}")
+        for mode in MODES:
+            for tasks in (("kws",), ("sv",), TASKS):
+                self.trainer(mode, tasks)
         if not self.lr_grid or not self.upstream_lr_grid:
             raise ValueError("lr_grid and upstream_lr_grid must not be empty")
 
-    def trainer(self, mode: Mode) -> TrainerConfig:
-        """The trainer's section for ``mode``."""
-        return self.frozen if mode == "frozen" else self.finetuned
+    def trainer(self, mode: Mode, tasks: Sequence[str]) -> TrainerConfig:
+        """How the system of ``mode`` and ``tasks`` is trained."""
+        section: TrainerConfig = getattr(self, mode)
+        steps = self.steps.get(system_key(mode, tasks))
+        if steps is None:
+            return section
+        chunk = steps // (section.max_steps // section.steps_per_epoch)
+        return dataclasses.replace(section, max_steps=steps, steps_per_epoch=max(1, chunk))
 
     def relevant(self, mode: Mode, tasks: tuple[str, ...], lr_search: bool) -> dict[str, Any]:
         """The keys that can change the outcome of one system, for its stage's fingerprint."""
         content = dataclasses.asdict(self)
+        content["steps"] = self.steps.get(system_key(mode, tasks))
         for other in (*MODES, *TASKS):
             if other != mode and other not in tasks:
                 del content[other]
         if mode == "frozen":
-            for key in ("upstream_lr", "freeze_steps", "upstream_lr_grid"):
+            for key in ("upstream_lr", "freeze_steps", "heads_from_frozen", "upstream_lr_grid"):
                 del content[key]
         if len(tasks) == 1:
             del content["loss_weights"]
@@ -119,3 +139,8 @@ class DownstreamConfig:
         for key in ("cache_frozen", "cache_limit_gb"):
             del content[key]
         return content
+
+
+def system_key(mode: Mode, tasks: Sequence[str]) -> str:
+    """A system's name in configurations: ``frozen/kws``, ``finetuned/kws+sv``."""
+    return f"{mode}/{'+'.join(tasks)}"

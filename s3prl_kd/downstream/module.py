@@ -128,7 +128,7 @@ class DownstreamModule(L.LightningModule):
         self._seen = {}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        trainer = self.config.trainer(self.mode)
+        trainer = self.config.trainer(self.mode, list(self.tasks))
         groups: list[dict[str, Any]] = [
             {
                 "params": list(task.parameters()),

@@ -8,7 +8,7 @@ import itertools
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class System:
         seed: of the heads' weights, batches and cuts.
         ngpu: GPUs per node.
         nj: data loading processes, used where there is a GPU to keep busy.
+        heads: per task the checkpoint of a frozen system whose head training starts from.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class System:
         ngpu: int = 0,
         num_nodes: int = 1,
         nj: int = 1,
+        heads: Mapping[str, Path] | None = None,
     ) -> None:
+        self._heads = dict(heads or {})
         self.upstream, self.name, self.mode, self.task_names = upstream, name, mode, tuple(tasks)
         self.data, self.config, self.seed = Path(data), config, seed
         self.ngpu, self.num_nodes = ngpu, num_nodes
@@ -100,11 +103,13 @@ class System:
         tasks = build_tasks(
             self.upstream, self.task_names, self.labels, config, self.seed, self.valid_trials
         )
+        for name, checkpoint in self._heads.items():
+            load_head(tasks[name], name, checkpoint)
         return DownstreamModule(self.upstream, tasks, self.mode, config)
 
     def train_loaders(self, config: DownstreamConfig) -> dict[str, DataLoader]:
         """Per task a loader of one chunk's batches."""
-        trainer = config.trainer(self.mode)
+        trainer = config.trainer(self.mode, self.task_names)
         return {
             name: train_loader(
                 dataset,
@@ -131,7 +136,7 @@ class System:
             self.train_loaders(module.config),
             self.valid_loaders(),
             outdir,
-            module.config.trainer(self.mode),
+            module.config.trainer(self.mode, self.task_names),
             monitor=MONITOR,
             mode="max",
             seed=self.seed,
@@ -140,6 +145,29 @@ class System:
             num_nodes=1 if alone else self.num_nodes,
             label=label,
         )
+
+
+def load_head(task: torch.nn.Module, name: str, checkpoint: Path) -> None:
+    """Give ``task`` the featurizer and head that another system trained.
+
+    Raises:
+        UserError: no such checkpoint, or one of another shape.
+    """
+    if not checkpoint.exists():
+        raise UserError(
+            f"{checkpoint}: no frozen system to take the {name} head from; run stage 4, "
+            "or set heads_from_frozen=false"
+        )
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = f"tasks.{name}."
+    try:
+        task.load_state_dict(
+            {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+        )
+    except RuntimeError:
+        raise UserError(
+            f"{checkpoint}: the {name} head is of another shape; run stage 4 again"
+        ) from None
 
 
 def train_system(system: System, outdir: str | Path, resume: bool, lr_search: bool = False) -> Path:
@@ -168,7 +196,7 @@ def train_system(system: System, outdir: str | Path, resume: bool, lr_search: bo
         return outdir
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(state, strict=module.strict_loading)
-    trainer = config.trainer(system.mode)
+    trainer = config.trainer(system.mode, system.task_names)
     with atomic_write(outdir / "config.yaml") as handle:
         yaml.safe_dump(dataclasses.asdict(config), handle, sort_keys=False)
     write_json(outdir / "layer_weights.json", module.layer_weights())
@@ -225,12 +253,12 @@ def search_learning_rates(
         trial = outdir / "lr_search" / f"{lr:g}_{upstream_lr or 0:g}"
         candidate = with_learning_rates(config, system.mode, lr, upstream_lr)
         steps = config.lr_search_steps
-        section = candidate.trainer(system.mode)
+        section = candidate.trainer(system.mode, system.task_names)
         chunk = section.steps_per_epoch
         section = dataclasses.replace(
             section, max_steps=steps, steps_per_epoch=steps if steps % chunk else chunk
         )
-        candidate = dataclasses.replace(candidate, **{system.mode: section})
+        candidate = dataclasses.replace(candidate, steps={}, **{system.mode: section})
         L.seed_everything(system.seed, verbose=False)
         system.fit(
             system.module(candidate),
@@ -259,6 +287,6 @@ def with_learning_rates(
     config: DownstreamConfig, mode: Mode, lr: float, upstream_lr: float | None
 ) -> DownstreamConfig:
     """``config`` with other learning rates for ``mode``."""
-    section = dataclasses.replace(config.trainer(mode), lr=lr)
+    section = dataclasses.replace(getattr(config, mode), lr=lr)
     changed = dataclasses.replace(config, **{mode: section})
     return changed if upstream_lr is None else dataclasses.replace(changed, upstream_lr=upstream_lr)

@@ -56,7 +56,7 @@ class MiniConfig:
     unit_layer: int = 6
     warm_start: bool = True
     kmeans_frames: int = 150_000
-    steps: int = 500
+    steps: int = 400
     steps_per_epoch: int = 100
     batch_seconds: float = 8.0
     min_seconds: float = 0.3
