@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import SMALL
 from transformers import HubertConfig
 
 from s3prl_kd.bin import distill
@@ -19,15 +20,6 @@ from s3prl_kd.errors import UserError
 from s3prl_kd.student.build import StudentConfig, build_student
 from s3prl_kd.teacher.load import EncoderTeacher, load_teacher
 
-SMALL = dict(
-    hidden_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=64,
-    conv_dim=[32] * 7,
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-)
 QUICK = ["layers=[2, 3]", "batch_seconds=6", "trainer.max_steps=6", "trainer.steps_per_epoch=2"]
 
 

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from tiny import SMALL
 from transformers import HubertConfig
 
 from s3prl_kd.bin import downstream as stage
@@ -99,17 +100,7 @@ def corpus(tmp_path_factory):
 def expdir(tmp_path_factory):
     torch.manual_seed(0)
     expdir = tmp_path_factory.mktemp("exp")
-    tiny = HubertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        conv_dim=[16] * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        mask_time_prob=0.0,
-        layerdrop=0.0,
-    )
+    tiny = HubertConfig(**SMALL | {"num_hidden_layers": 2})
     Encoder.from_config(tiny).save_pretrained(expdir / "tiny_tones")
     return expdir
 
@@ -454,3 +445,41 @@ def test_cosine_scores():
     trials = [SimpleNamespace(enrol="a", test="b"), SimpleNamespace(enrol="c", test="b")]
     scores = cosine_scores(embeddings, ["a", "b", "c"], trials)
     assert scores == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5)])
+
+
+def test_fine_tuning_takes_its_heads_from_the_frozen_systems(
+    corpus, expdir, config_file, tmp_path, monkeypatch
+):
+    root = tmp_path / "exp"
+    root.mkdir()
+    shutil.copytree(expdir / "tiny_tones", root / "tiny_tones")
+    args = ["--data", str(corpus), "--upstream", "tiny_tones", "--config", str(config_file)]
+    args += ["--expdir", str(root), "--set", "heads_from_frozen=true", "--mode"]
+    with pytest.raises(UserError, match="run stage 4"):
+        stage.main([*args, "finetuned", "--tasks", "kws+sv"])
+    stage.main([*args, "frozen", "--tasks", "kws", "sv"])
+    started = []
+
+    def start_only(self, module, outdir, *rest, **kwargs):
+        started.append({name: value.clone() for name, value in module.state_dict().items()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(System, "fit", start_only)
+    with pytest.raises(KeyboardInterrupt):
+        stage.main([*args, "finetuned", "--tasks", "kws+sv"])
+    frozen = root / "tiny_tones" / "downstream" / "tones" / "frozen"
+    for task in ("kws", "sv"):
+        best = frozen / task / "checkpoints" / "best.ckpt"
+        state = torch.load(best, weights_only=True)["state_dict"]
+        assert state and all(torch.equal(started[0][name], state[name]) for name in state)
+
+
+def test_steps_of_single_systems(config_file):
+    config = load_config(DownstreamConfig, config_file, ["steps={frozen/kws: 12}"])
+    special, other = config.trainer("frozen", ["kws"]), config.trainer("frozen", ["sv"])
+    assert (special.max_steps, special.steps_per_epoch) == (12, 6)
+    assert (other.max_steps, other.steps_per_epoch) == (6, 3)
+    with pytest.raises(UserError, match="finetuned/kws\\+sv"):
+        load_config(DownstreamConfig, config_file, ["steps={kws: 12}"])
+    with pytest.raises(UserError, match="multiple"):
+        load_config(DownstreamConfig, config_file, ["steps={frozen/kws: 13}"])

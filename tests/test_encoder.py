@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import SMALL
 from transformers import (
     AutoModel,
     Data2VecAudioConfig,
@@ -13,15 +14,6 @@ from transformers import (
 from s3prl_kd.encoder import Encoder
 from s3prl_kd.errors import UserError
 
-SMALL = dict(
-    hidden_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=64,
-    conv_dim=[32] * 7,
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-)
 LAYER_NORM = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
 CONFIGS = {
     "hubert_base": HubertConfig(**SMALL),

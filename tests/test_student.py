@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import SMALL
 from transformers import AutoModel, HubertConfig
 
 from s3prl_kd.config import load_config
@@ -11,21 +12,13 @@ from s3prl_kd.student.build import PredictionHeads, StudentConfig, build_student
 from s3prl_kd.student.save import save_student
 from s3prl_kd.teacher.load import EncoderTeacher
 
-SMALL = dict(
-    hidden_size=32,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    intermediate_size=64,
-    conv_dim=[32] * 7,
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-)
+ARCHITECTURE = SMALL | {"num_hidden_layers": 4}
 
 
 @pytest.fixture
 def teacher():
     torch.manual_seed(0)
-    return EncoderTeacher("toy", Encoder.from_config(HubertConfig(**SMALL)))
+    return EncoderTeacher("toy", Encoder.from_config(HubertConfig(**ARCHITECTURE)))
 
 
 def test_default_is_a_quarter_of_hubert_base():

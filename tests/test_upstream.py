@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from tiny import SMALL
 from transformers import HubertConfig
 
 import s3prl_kd
@@ -12,15 +13,7 @@ from s3prl_kd.encoder import Encoder
 from s3prl_kd.errors import UserError
 from s3prl_kd.upstream import load_upstream
 
-SMALL = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=64,
-    conv_dim=[32] * 7,
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-)
+ARCHITECTURE = SMALL | {"num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +21,7 @@ def expdir(tmp_path_factory):
     torch.manual_seed(0)
     expdir = tmp_path_factory.mktemp("exp")
     for name in ("little_student", "other_student"):
-        Encoder.from_config(HubertConfig(**SMALL)).save_pretrained(expdir / name)
+        Encoder.from_config(HubertConfig(**ARCHITECTURE)).save_pretrained(expdir / name)
     (expdir / "results_synth").mkdir()
     return expdir
 
@@ -94,7 +87,7 @@ def test_unknown_name_lists_the_known(expdir):
 def test_a_name_of_s3prl_keeps_its_meaning(tmp_path):
     import s3prl.hub
 
-    Encoder.from_config(HubertConfig(**SMALL)).save_pretrained(tmp_path / "fbank")
+    Encoder.from_config(HubertConfig(**ARCHITECTURE)).save_pretrained(tmp_path / "fbank")
     before = s3prl.hub.fbank
     with pytest.warns(UserWarning, match="rename"):
         s3prl_kd.register(tmp_path)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import kaldiio
 import numpy as np
 
-from s3prl_kd.data.audio import SAMPLE_RATE, BadAudio, read_audio, to_16k_mono
+from s3prl_kd.data.audio import BadAudio, read_audio, to_16k_mono
 from s3prl_kd.errors import UserError
 from s3prl_kd.files import atomic_dir
 
@@ -287,8 +287,3 @@ def _trial(file: Path, number: int, line: str) -> Trial:
     if len(fields) != 3 or fields[2] not in ("target", "nontarget"):
         raise UserError(f"{file}:{number}: expected 'enrol test target|nontarget', found {line!r}")
     return Trial(fields[0], fields[1], fields[2] == "target")
-
-
-def seconds(samples: int) -> float:
-    """Samples at 16 kHz as seconds."""
-    return samples / SAMPLE_RATE

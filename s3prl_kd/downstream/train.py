@@ -32,16 +32,12 @@ from s3prl_kd.downstream.data import (
 )
 from s3prl_kd.downstream.module import DownstreamModule
 from s3prl_kd.downstream.tasks import build_tasks
+from s3prl_kd.encoder import parameters_of
 from s3prl_kd.errors import UserError
 from s3prl_kd.files import atomic_write, read_json, write_json
 from s3prl_kd.training import fit
 
 MONITOR = "valid_score"
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    """How many numbers a module holds as parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class System:
@@ -208,8 +204,8 @@ def train_system(system: System, outdir: str | Path, resume: bool, lr_search: bo
             "tag": corpus["tag"],
             "mode": system.mode,
             "tasks": list(system.task_names),
-            "upstream_params": count_parameters(system.upstream),
-            "head_params": {name: count_parameters(task) for name, task in module.tasks.items()},
+            "upstream_params": parameters_of(system.upstream),
+            "head_params": {name: parameters_of(task) for name, task in module.tasks.items()},
             "head_lr": {
                 name: trainer.lr * getattr(config, name).lr_scale for name in system.task_names
             },
