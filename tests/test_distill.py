@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -137,3 +141,30 @@ def test_unknown_names_and_keys(tiny_synth, expdir):
         run(tiny_synth, expdir, "--config", "no_such")
     with pytest.raises(UserError, match="unknown key 'no_such'"):
         distill.main(["--teacher", "toy", "--data", "x", "--set", "no_such=1"])
+
+
+@pytest.mark.slow
+def test_two_nodes_train_one_student(tiny_synth, expdir):
+    """The same command on two nodes, here two processes on one machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "s3prl_kd.bin.distill", "--teacher", "toy", "--num_nodes", "2"]
+    command += ["--data", str(tiny_synth), "--expdir", str(expdir), "--name", "two_nodes"]
+    nodes = [
+        subprocess.Popen(
+            [*command, "--set", *QUICK],
+            env=os.environ
+            | {"NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    output = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(output)
+    student = load_file(expdir / "two_nodes" / "model.safetensors")
+    assert all(value.isfinite().all() for value in student.values())
+    assert pd.read_csv(expdir / "two_nodes" / "metrics.csv")["step"].tolist() == [2, 4, 6]
+    assert "step 6/6" in output[0] and "step 6/6" not in output[1]
