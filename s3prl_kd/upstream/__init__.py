@@ -83,9 +83,11 @@ def load_upstream(name: str, expdir: str | Path = "exp") -> S3PRLUpstream:
     from s3prl.nn import S3PRLUpstream
 
     if name not in hub.options():
-        ours = ", ".join(sorted(_directories)) or "none"
-        theirs = ", ".join(hub.options(only_registered_ckpt=True))
-        raise UserError(f"unknown upstream {name!r}; in {expdir}: {ours}; in s3prl: {theirs}")
+        theirs = sorted(set(hub.options(only_registered_ckpt=True)) - set(_directories))
+        raise UserError(
+            f"unknown upstream {name!r}; there are: {', '.join(sorted(_directories)) or 'none'} "
+            f"(of yours); {', '.join(theirs)} (of s3prl)"
+        )
     try:
         return S3PRLUpstream(name)
     except UserError:
