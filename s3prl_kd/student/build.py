@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from s3prl_kd.encoder import Encoder, parameters_of
@@ -61,11 +60,10 @@ def build_student(teacher: Teacher, config: StudentConfig, *, scratch: bool = Fa
     if teacher.encoder is None:
         from transformers import HubertConfig
 
-        base, normalize, source = HubertConfig(), False, {}
+        base, normalize = HubertConfig(), False
     else:
         base, normalize = copy.deepcopy(teacher.encoder.config), teacher.encoder.normalize
-        source = teacher.encoder.model.state_dict()
-    chosen = config.copy_layers or list(range(1, config.layers + 1))
+    chosen = _chosen_layers(config)
     if teacher.encoder is not None and not all(1 <= n <= base.num_hidden_layers for n in chosen):
         raise UserError(
             f"student: layers {chosen} of teacher {teacher.name!r}, which has "
@@ -87,11 +85,26 @@ def build_student(teacher: Teacher, config: StudentConfig, *, scratch: bool = Fa
     if scratch:
         return student
     weights = student.model.state_dict()
-    for name, value in weights.items():
-        origin = source.get(_teacher_name(name, chosen))
-        if origin is not None and origin.shape == value.shape:
-            value.copy_(origin)
+    for name, origin in _inherited(student, teacher, config).items():
+        weights[name].copy_(origin)
     return student
+
+
+def _chosen_layers(config: StudentConfig) -> list[int]:
+    return config.copy_layers or list(range(1, config.layers + 1))
+
+
+def _inherited(student: Encoder, teacher: Teacher, config: StudentConfig) -> dict[str, Tensor]:
+    """The teacher's weights that the student's of the same shape are initialised from, by name."""
+    if teacher.encoder is None:
+        return {}
+    chosen = _chosen_layers(config)
+    source = teacher.encoder.model.state_dict()
+    return {
+        name: source[origin]
+        for name, value in student.model.state_dict().items()
+        if (origin := _teacher_name(name, chosen)) in source and source[origin].shape == value.shape
+    }
 
 
 def _teacher_name(name: str, chosen: Sequence[int]) -> str:
@@ -136,17 +149,7 @@ def share_of(student: nn.Module, teacher: nn.Module) -> float:
     return parameters_of(student) / parameters_of(teacher)
 
 
-@torch.no_grad()
 def initialised_share(student: Encoder, teacher: Teacher, config: StudentConfig) -> float:
     """Share of the student's parameters that :func:`build_student` took from the teacher."""
-    if teacher.encoder is None:
-        return 0.0
-    chosen = config.copy_layers or list(range(1, config.layers + 1))
-    source = teacher.encoder.model.state_dict()
-    weights = student.model.state_dict()
-    taken = sum(
-        value.numel()
-        for name, value in weights.items()
-        if getattr(source.get(_teacher_name(name, chosen)), "shape", None) == value.shape
-    )
-    return taken / sum(value.numel() for value in weights.values())
+    taken = sum(value.numel() for value in _inherited(student, teacher, config).values())
+    return taken / sum(value.numel() for value in student.model.state_dict().values())
